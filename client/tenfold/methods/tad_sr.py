@@ -1,0 +1,106 @@
+"""TAD-SR: photographs four times as large, in one step."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tenfold import _constants as bounds
+from tenfold._context import Context, F
+from tenfold._effects import Plan
+from tenfold._inputs import FileInput
+from tenfold._operations import GuardAction, call_for
+from tenfold._surface import AsyncCalls, Calls, awaited, blocking
+from tenfold.methods._restoration import OutputFormat, Restored, Upscaled
+from tenfold.types import StoredFile
+
+
+def upscale(
+    context: Context[F],
+    image: FileInput | StoredFile | None = None,
+    archive: FileInput | StoredFile | None = None,
+    *,
+    seed: int | None = None,
+    output_format: OutputFormat = "png",
+    model: str = "tad-sr/small",
+    guard: str | None = None,
+    guard_action: GuardAction = "flag",
+    wait_s: float = bounds.WAIT_S,
+    idempotency_key: str | None = None,
+) -> Plan[Upscaled[F]]:
+    """Enlarge a photograph four times, and remove blur, noise and JPEG artifacts on the way. Needs the scope `use`.
+
+    image            the photograph
+    archive          or a zip or tar of photographs
+    seed             same picture and seed, same result; drawn by default
+    output_format    png and webp are lossless
+    model            `tad-sr/name` or `tad-sr/name@version`
+    guard            a detector, `dlsr/name`: is this picture like those that it knows? `result.guard` answers
+    guard_action     refuse: what it finds strange is refused, and nothing is computed
+    wait_s           seconds to wait in all; past them `TimedOut`, and the job goes on
+    idempotency_key  the same key with the same request is the same job; a new one by default
+    """
+    fields: dict[str, Any] = {"seed": seed, "output_format": output_format, "model": model}
+    fields |= {"guard": guard, "guard_action": guard_action}
+    return call_for(
+        context,
+        "tad-sr",
+        "upscale",
+        Upscaled[F],
+        fields,
+        {"image": image, "archive": archive},
+        key=None,
+        wait_s=wait_s,
+        idempotency_key=idempotency_key,
+    )
+
+
+def restore(
+    context: Context[F],
+    image: FileInput | StoredFile,
+    *,
+    seed: int | None = None,
+    output_format: OutputFormat = "png",
+    model: str = "tad-sr/small",
+    guard: str | None = None,
+    guard_action: GuardAction = "flag",
+    wait_s: float = bounds.WAIT_S,
+    idempotency_key: str | None = None,
+) -> Plan[Restored[F]]:
+    """Restore a portrait at the size it has. Needs the scope `use`.
+
+    image            the portrait
+    seed             same picture and seed, same result; drawn by default
+    output_format    png and webp are lossless
+    model            `tad-sr/name` or `tad-sr/name@version`
+    guard            a detector, `dlsr/name`: is this picture like those that it knows? `result.guard` answers
+    guard_action     refuse: what it finds strange is refused, and nothing is computed
+    wait_s           seconds to wait in all; past them `TimedOut`, and the job goes on
+    idempotency_key  the same key with the same request is the same job; a new one by default
+    """
+    fields: dict[str, Any] = {"seed": seed, "output_format": output_format, "model": model}
+    fields |= {"guard": guard, "guard_action": guard_action}
+    return call_for(
+        context,
+        "tad-sr",
+        "restore",
+        Restored[F],
+        fields,
+        {"image": image},
+        key=None,
+        wait_s=wait_s,
+        idempotency_key=idempotency_key,
+    )
+
+
+class TadSr(Calls):
+    """Four-fold super-resolution in one step."""
+
+    upscale = blocking(upscale)
+    restore = blocking(restore)
+
+
+class AsyncTadSr(AsyncCalls):
+    """Four-fold super-resolution in one step."""
+
+    upscale = awaited(upscale)
+    restore = awaited(restore)

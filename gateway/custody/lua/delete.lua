@@ -1,0 +1,2 @@
+-- KEYS  what is deleted
+return redis.call('DEL', unpack(KEYS))
