@@ -10,7 +10,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-_LARGEST_INTEGER = 2**53 - 1  # beyond it a JSON reader may round (RFC 8785, appendix D)
+LARGEST_INTEGER = 2**53 - 1  # beyond it a JSON reader may round (RFC 8785, appendix D)
 
 
 def canonical(value: Any) -> bytes:
@@ -23,7 +23,7 @@ def _text(value: Any) -> str:
         case None | bool():
             return json.dumps(value)
         case int():
-            if abs(value) > _LARGEST_INTEGER:
+            if abs(value) > LARGEST_INTEGER:
                 raise ValueError("an integer is beyond 2^53 - 1")
             return str(value)
         case str():

@@ -12,6 +12,7 @@ from fastapi import APIRouter, Depends, Header, Query, Request, Response
 from starlette.concurrency import run_in_threadpool
 
 from gateway.custody import trail
+from gateway.custody.canonical import LARGEST_INTEGER
 from gateway.custody.schemas import (
     AuditEntry,
     AuditPage,
@@ -164,7 +165,7 @@ def keys_router(
     @router.get("/v1/audit", tags=["audit"])
     async def read_audit(
         call: Annotated[Call, Depends(auditor)],
-        after: Annotated[int, Query(ge=-1)] = -1,
+        after: Annotated[int, Query(ge=-1, le=LARGEST_INTEGER)] = -1,
         limit: Annotated[int, Query(ge=1, le=AUDIT_PAGE_MAX)] = AUDIT_PAGE,
     ) -> AuditPage:
         """The tenant's entries of the audit trail, oldest first, each with the MAC of the chain.
