@@ -6,13 +6,14 @@ import asyncio
 import statistics
 import tempfile
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from benchmarks import servers
-from benchmarks.load import Measured, closed, post
+from benchmarks.load import Call, Measured, closed, post
 from benchmarks.processes import cpu_s, pss_mib
 from tests.diagnostic.network import MOST_LAYERS, Thinker, think
 
@@ -24,32 +25,43 @@ BARS = {1: 0.60, 8: 0.65, 32: 0.65}
 
 
 def noop(seconds: float) -> dict[str, Any]:
-    """A job that computes nothing, one caller: its time, and CPU of gateway, worker and both Redis servers a call."""
+    """A job that computes nothing, one caller: its time, and CPU of gateway, worker and both Redis servers a call.
+
+    Milliseconds are the machine's as much as ours. Bare FastAPI's handler of the same name, in the same run, says which
+    machine it was.
+    """
     with servers.fleet() as ours:
-        pids = ours.pids()
-        began: dict[str, float] = {}
-
-        def mark() -> None:
-            began.update({name: cpu_s([pid]) for name, pid in pids.items()})
-
         call = post("/v1/diagnostic/noop", {"text": "x"})
-        measured = asyncio.run(
-            closed(ours.url, call, concurrency=1, seconds=seconds, warm_up_s=2, headers=ours.headers(), before=mark)
-        )
-        calls = max(len(measured.latencies), 1)
-        cpu = {name: round(1000 * (cpu_s([pid]) - began[name]) / calls, 2) for name, pid in pids.items()}
+        measured, cpu = _with_cpu(ours.url, call, ours.pids(), seconds, ours.headers())
         crowd = asyncio.run(closed(ours.url, call, concurrency=32, seconds=seconds, headers=ours.headers()))
-        memory = {name: round(pss_mib([pid]), 1) for name, pid in pids.items()}
+        memory = {name: round(pss_mib([pid]), 1) for name, pid in ours.pids().items()}
+    with servers.bare() as (url, pid):
+        bare, bare_cpu = _with_cpu(url, post("/noop", {"layers": 0}), {"bare": pid}, seconds, {})
     return {
         **measured.summary(),
         "cpu_ms_a_call": {**cpu, "all": round(sum(cpu.values()), 2)},
         "concurrency_32": crowd.summary(),
         "pss_mib": memory,
+        "bare": {"p50_ms": round(1000 * bare.percentile(0.5), 2), "cpu_ms": bare_cpu["bare"]},
         "bars": {
             "p50_ms <= 6": measured.percentile(0.5) <= 0.006,
             "cpu_ms <= 4": sum(cpu.values()) <= 4,
         },
     }
+
+
+def _with_cpu(
+    url: str, call: Call, pids: Mapping[str, int], seconds: float, headers: Mapping[str, str]
+) -> tuple[Measured, dict[str, float]]:
+    """One caller, and milliseconds of CPU a call of each process."""
+    began: dict[str, float] = {}
+
+    def mark() -> None:
+        began.update({name: cpu_s([pid]) for name, pid in pids.items()})
+
+    measured = asyncio.run(closed(url, call, concurrency=1, seconds=seconds, warm_up_s=2, headers=headers, before=mark))
+    calls = max(len(measured.latencies), 1)
+    return measured, {name: round(1000 * (cpu_s([pid]) - began[name]) / calls, 2) for name, pid in pids.items()}
 
 
 def layers_for(seconds: float) -> tuple[int, float]:

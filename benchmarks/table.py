@@ -37,7 +37,8 @@ def _row(report: Report) -> str:
 def _noop(r: Report) -> str:
     return (
         f"{r['p50_ms']} ms p50, {r['p95_ms']} ms p95, {r['cpu_ms_a_call']['all']} ms CPU a call, one caller; "
-        f"{r['concurrency_32']['rps']} calls a second with 32"
+        f"{r['concurrency_32']['rps']} calls a second with 32; bare FastAPI in the same run: "
+        f"{r['bare']['p50_ms']} ms p50, {r['bare']['cpu_ms']} ms CPU"
     )
 
 

@@ -30,7 +30,7 @@ WALKS = (15, 8, 4, 2, 1)
 GUESSED = 3  # of a batch: at any other time, x_t from the network's own guess; the rest from the true latent
 RATE = 8e-4
 DECODER_RATE = 8e-4
-LATENTS_ALONE = 0.2  # share of the budget before pictures are compared
+LATENTS_ALONE = 0.2  # share of the budget before pictures are compared, where nothing was learned before
 LATENT_WEIGHT = 0.05
 
 
@@ -45,9 +45,11 @@ class DenoiserLearner(Learner):
         pairs: Pairs,
         loss: ImageLoss,
         device: torch.device,
+        latents_alone: float = LATENTS_ALONE,
     ) -> None:
         self.denoiser, self.autoencoder = denoiser, autoencoder
         self.schedule, self.pairs, self.loss, self.device = schedule, pairs, loss, device
+        self.latents_alone = latents_alone
         self.starts = torch.tensor([int(schedule.respaced(steps).timestep_map[-1]) for steps in WALKS])
         autoencoder.encoder.requires_grad_(False)
         self._networks = nn.ModuleDict({"denoiser": denoiser, "autoencoder": autoencoder})
@@ -89,7 +91,7 @@ class DenoiserLearner(Learner):
         hr, lq = (x.to(self.device) for x in self.pairs.draw(BATCH, CROP_PX, rng))
         with torch.no_grad(), autocast(self.device):
             z, z_y = self.autoencoder.encode(torch.cat([hr, upsample(lq, self.autoencoder.factor)])).float().chunk(2)
-        on_pictures = done >= LATENTS_ALONE
+        on_pictures = done >= self.latents_alone
         x_t, t = self.noised(z, z_y, lq, rng, own=on_pictures)
         pred_x0 = self.predict(x_t, t, z_y, lq)
         latent = (pred_x0 - z).square().mean()

@@ -10,13 +10,15 @@ from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import torch
+from safetensors.torch import load_file
 from torch import nn
 
 from shared.resshift import autoencoderlearner, decoderlearner
 from shared.resshift.autoencoderlearner import AutoencoderLearner
 from shared.resshift.decoderlearner import DecoderLearner
-from shared.resshift.denoiserlearner import DenoiserLearner
+from shared.resshift.denoiserlearner import LATENTS_ALONE, DenoiserLearner
 from shared.resshift.imageloss import ImageLoss
+from shared.resshift.pipeline import WEIGHTS
 from shared.resshift.schedule import exponential
 from shared.resshift.smallautoencoder import SMALL, SmallAutoencoder
 from shared.resshift.trainingdata import Pairs, load_pairs
@@ -36,6 +38,7 @@ def arguments(prog: str, description: str, stages: Sequence[str], given: Sequenc
     parser.add_argument("--data", type=Path, required=True, help="folder of natural_sr.zip")
     parser.add_argument("--out", type=Path, required=True, help="checkpoints, caches and what `export` writes")
     parser.add_argument("--stage", choices=stages, required=True)
+    parser.add_argument("--init", type=Path, help="model folder whose networks a stage learns on from")
     parser.add_argument("--steps", type=int, default=1_000_000)
     parser.add_argument("--budget-s", type=float, default=float("inf"), help="seconds of computing, resumes included")
     parser.add_argument("--seed", type=int, default=SEED)
@@ -75,7 +78,9 @@ def autoencoder_learner(args: argparse.Namespace) -> Learner:
     """The learner of one of the stages that both methods begin with."""
     if args.stage == DECODER:
         pairs, loss, device = material(args, decoderlearner.PERCEPTUAL_WEIGHT)
-        return DecoderLearner(placed(trained_autoencoder(args, AUTOENCODER), device), pairs, loss, device)
+        autoencoder = trained_autoencoder(args, AUTOENCODER) if args.init is None else fresh_autoencoder(args.seed)
+        continued(autoencoder, args.init, "autoencoder")
+        return DecoderLearner(placed(autoencoder, device), pairs, loss, device)
     pairs, loss, device = material(args, autoencoderlearner.PERCEPTUAL_WEIGHT)
     return AutoencoderLearner(placed(fresh_autoencoder(args.seed), device), pairs, loss, device)
 
@@ -87,6 +92,13 @@ def trained_autoencoder(args: argparse.Namespace, stage: str) -> SmallAutoencode
     return autoencoder
 
 
+def continued(network: Placed, init: Path | None, name: str) -> Placed:
+    """A network, with the weights that a model folder has under this name. Raises OSError where it has none."""
+    if init is not None:
+        network.load_state_dict(load_file(init / name / WEIGHTS))
+    return network
+
+
 def denoiser_learner(
     args: argparse.Namespace,
     denoiser: nn.Module,
@@ -94,10 +106,15 @@ def denoiser_learner(
     chain: Mapping[str, Any],
     perceptual_weight: float,
 ) -> Learner:
-    """The learner of a stage that trains a denoiser, with its own copy of the autoencoder."""
+    """The learner of a stage that trains a denoiser, with its own copy of the autoencoder.
+
+    With --init the denoiser learns on from that folder's, and on pictures at once.
+    """
     pairs, loss, device = material(args, perceptual_weight)
     autoencoder = placed(trained_autoencoder(args, DECODER), device)
-    return kind(placed(denoiser, device), autoencoder, exponential(**chain), pairs, loss, device)
+    continued(denoiser, args.init, "denoiser")
+    latents_alone = LATENTS_ALONE if args.init is None else 0
+    return kind(placed(denoiser, device), autoencoder, exponential(**chain), pairs, loss, device, latents_alone)
 
 
 def run(learner: Learner, args: argparse.Namespace, ema_decay: float) -> Trained:
