@@ -1,6 +1,6 @@
 """`make bench`, or `python -m benchmarks [NAME …] [--seconds S]`: ratios measured here and now.
 
-Each benchmark prints one JSON object and leaves it in `benchmarks/reports/NAME.json`. All reports together are the
+Each benchmark prints one JSON object and leaves it in `benchmarks/reports/NAME.KIND.json`. All reports together are the
 table in `docs/performance.md`, which is written anew at the end; `--table` writes it from the reports alone.
 """
 
@@ -16,6 +16,8 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from benchmarks import (
     autoencoder,
@@ -71,7 +73,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     for name in chosen:
         report = {"benchmark": name, **_circumstances(), **_run(name, arguments)}
         text = json.dumps(report, indent=1)
-        (arguments.reports / f"{name}.json").write_text(text + "\n")
+        kind = torch.backends.cpu.get_cpu_capability().lower()
+        (arguments.reports / f"{name}.{kind}.json").write_text(text + "\n")
         sys.stdout.write(text + "\n")
     table.write(arguments.reports, arguments.table)
     return 0
@@ -90,7 +93,7 @@ def _circumstances() -> dict[str, Any]:
     return {
         "date": time.strftime("%Y-%m-%d"),
         "cores": len(os.sched_getaffinity(0)),
-        "machine": platform.machine(),
+        "machine": f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}",
         "python": platform.python_version(),
         "load_before": round(os.getloadavg()[0], 1),
     }

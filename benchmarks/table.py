@@ -14,9 +14,10 @@ _HEAD = """# Performance
 
 Written by `python -m benchmarks` from `benchmarks/reports/*.json`; not edited by hand. Ratios were measured in one run,
 with everything on one machine: callers, gateway, worker and both Redis servers share its cores. Load is the one-minute
-average before a benchmark began: what is above 1 was somebody else's, and makes every absolute number worse.
+average before a benchmark began: what is above 1 was somebody else's, and makes every absolute number worse. A kind of
+machine has reports of its own.
 
-| benchmark | measured | bars | cores | load | date |
+| benchmark | measured | bars | machine | load | date |
 |---|---|---|---|---|---|
 """
 
@@ -30,15 +31,17 @@ def write(reports: Path, page: Path) -> None:
 def _row(report: Report) -> str:
     said = _SENTENCES[report["benchmark"]](report)
     bars = "<br>".join(f"{'met' if met else '**missed**'}: {name}" for name, met in report.get("bars", {}).items())
-    cells = (report["benchmark"], said, bars or "none", report["cores"], report["load_before"], report["date"])
+    machine = f"{report['cores']} cores, {report['machine']}"
+    cells = (report["benchmark"], said, bars or "none", machine, report["load_before"], report["date"])
     return "| " + " | ".join(map(str, cells)) + " |\n"
 
 
 def _noop(r: Report) -> str:
+    bare = r.get("bare")  # the yardstick of the machine: reports before it have none
+    yardstick = f"; bare FastAPI in the same run: {bare['p50_ms']} ms p50, {bare['cpu_ms']} ms CPU" if bare else ""
     return (
         f"{r['p50_ms']} ms p50, {r['p95_ms']} ms p95, {r['cpu_ms_a_call']['all']} ms CPU a call, one caller; "
-        f"{r['concurrency_32']['rps']} calls a second with 32; bare FastAPI in the same run: "
-        f"{r['bare']['p50_ms']} ms p50, {r['bare']['cpu_ms']} ms CPU"
+        f"{r['concurrency_32']['rps']} calls a second with 32{yardstick}"
     )
 
 

@@ -37,7 +37,7 @@ from shared.training import Learner, restored_average
 
 DENOISER, EXPORT = "denoiser", "export"
 STAGES = (AUTOENCODER, DECODER, DENOISER, EXPORT)
-PERCEPTUAL_WEIGHT = 0.4  # makes the term about ten times as large as L1
+PERCEPTUAL_WEIGHT = 0.5  # makes the term about twelve times as large as L1
 EMA = {AUTOENCODER: 0.998, DECODER: 0.998, DENOISER: 0.998}
 
 

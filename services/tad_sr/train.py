@@ -45,7 +45,7 @@ from shared.training import Learner, restored_average
 
 TEACHER, STUDENT, REGRESSION, EXPORT = "teacher", "student", "regression", "export"
 STAGES = (AUTOENCODER, DECODER, TEACHER, STUDENT, REGRESSION, EXPORT)
-PERCEPTUAL_WEIGHT = 0.12  # makes the term about three times as large as L1
+PERCEPTUAL_WEIGHT = 0.2  # makes the term about five times as large as L1
 STUDENT_PERCEPTUAL_WEIGHT = 0.3
 EMA = {AUTOENCODER: 0.998, DECODER: 0.998, TEACHER: 0.998, STUDENT: 0.995, REGRESSION: 0.998}
 NOISELESS_CHAIN = SMALL_CHAIN | {"kappa": 1e-6}
