@@ -81,6 +81,7 @@ def test_every_report_has_its_line_and_a_missed_bar_is_said(tmp_path: Path) -> N
         "ratio": 2.5,
         "bars": {"batched/alone >= 3": False},
         "cores": 2,
+        "machine": "x86_64 AVX2",
         "load_before": 0.1,
         "date": "2026-01-01",
     }
