@@ -5,7 +5,7 @@ from __future__ import annotations
 import mimetypes
 import time
 from collections.abc import AsyncIterator
-from typing import Annotated, BinaryIO
+from typing import Annotated, Any, BinaryIO
 from urllib.parse import quote
 
 from fastapi import APIRouter, Depends, Header, Path, Request, Response
@@ -115,7 +115,13 @@ async def _first(here: Parts, principal: str, key: str, stored: StoredFile) -> S
     return first
 
 
-@router.get("/{file_id}", response_class=StreamingResponse)
+_PARTS_AND_FRESHNESS: dict[int | str, dict[str, Any]] = {
+    206: {"description": "The range that was asked for."},
+    304: {"description": "The file is still the one that the caller has."},
+}
+
+
+@router.get("/{file_id}", response_class=StreamingResponse, responses=_PARTS_AND_FRESHNESS)
 @router.head("/{file_id}", include_in_schema=False)
 async def download_file(
     request: Request,

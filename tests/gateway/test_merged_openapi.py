@@ -109,6 +109,11 @@ class TestTheMergedDocument:
                 assert "application/problem+json" in operation["responses"]["default"]["content"], path
         assert "HTTPValidationError" not in document["components"]["schemas"]
 
+    async def test_parts_of_a_file_and_its_freshness_are_no_failures(self, document: dict[str, Any]) -> None:
+        responses = document["paths"]["/v1/files/{file_id}"]["get"]["responses"]
+        assert {"200", "206", "304"} <= responses.keys()
+        assert "content" not in responses["206"]  # of whatever type the file is
+
     async def test_keeps_the_gateways_own_description_as_it_was(self, gateway: House) -> None:
         own = gateway.app.state.parts.own_openapi()
         before = json.dumps(own)
