@@ -17,15 +17,13 @@ from services.dlsr.layers import layer_sums
 
 VARIANCE_KEPT = 0.95
 NEIGHBOURS = 10
-BANK = 4_000
-"""At most so many fitted vectors are kept for the nearest neighbours."""
 
 
 class Baselines:
     """Statistics of the vectors that a detector was fitted on.
 
     mean        (D,)
-    covariance  (D, D), of the sample, divided by N
+    covariance  (D, D), of the sample, divided by N; in the half precision that it is stored in
     shrinkage   Ledoit and Wolf's weight of the scaled identity, 0..1
     bank        (K, D) int8, vectors to look for neighbours in; none: no `knn`
     scales      (K,) what the numbers of each are to be multiplied by
@@ -45,16 +43,16 @@ class Baselines:
         self._lengths = self._neighbours.square().sum(1)
 
     @classmethod
-    def fit(cls, vectors: Tensor, seed: int, device: torch.device | str) -> Baselines:
-        """From vectors (N, D) on the CPU that a detector is fitted on."""
+    def fit(cls, vectors: Tensor, seed: int, device: torch.device | str, bank: int) -> Baselines:
+        """From vectors (N, D) on the CPU that a detector is fitted on; at most `bank` are kept as neighbours."""
         x = vectors.double().numpy()
         mean = x.mean(0)
         covariance, shrinkage = ledoit_wolf(x - mean)
-        chosen = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))[:BANK].sort().values
-        tensors = (torch.from_numpy(mean).to(device), torch.from_numpy(covariance).to(device))
-        bank = vectors[chosen]
-        scales = bank.abs().amax(1) / 127
-        rounded = (bank / scales[:, None]).round().to(torch.int8)
+        chosen = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))[:bank].sort().values
+        tensors = (torch.from_numpy(mean).to(device), torch.from_numpy(covariance).half().to(device))
+        neighbours = vectors[chosen]
+        scales = neighbours.abs().amax(1) / 127
+        rounded = (neighbours / scales[:, None]).round().to(torch.int8)
         return cls(*tensors, shrinkage, rounded.to(device), scales.to(device))
 
     def without_bank(self) -> Baselines:

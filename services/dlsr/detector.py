@@ -288,7 +288,7 @@ def _packed(baselines: Baselines) -> dict[str, Tensor]:
     rows, columns = torch.tril_indices(*baselines.covariance.shape)
     return {
         "mean": baselines.mean.cpu(),
-        "covariance": baselines.covariance.cpu()[rows, columns],
+        "covariance": baselines.covariance.cpu()[rows, columns].half(),
         "shrinkage": torch.tensor(baselines.shrinkage, dtype=torch.float64),
         "bank": baselines.bank.cpu(),
         "scales": baselines.scales.cpu(),
@@ -301,8 +301,7 @@ def _unpacked(path: Path, device: torch.device | str) -> Baselines:
         width = len(stored["mean"])
         rows, columns = torch.tril_indices(width, width)
         covariance = torch.empty(width, width)
-        covariance[rows, columns] = stored["covariance"]
-        covariance[columns, rows] = stored["covariance"]
+        covariance[rows, columns] = covariance[columns, rows] = stored["covariance"].float()
         shrinkage = float(stored["shrinkage"])
         mean, bank, scales = (stored[name].to(device, copy=True) for name in ("mean", "bank", "scales"))
         return Baselines(mean, covariance.to(device), shrinkage, bank, scales)

@@ -58,8 +58,10 @@ class Fitted:
     warnings: list[str]
 
 
-def split(keys: Sequence[str], seed: int) -> Split:
+def split(keys: Sequence[str], seed: int, held_back: bool = True) -> Split:
     """Which vectors are for what, by hashes of their keys, so that it does not depend on their order.
+
+    held_back  keep some for the calibration; else there are others for it
 
     Raises `TooFewPictures`.
     """
@@ -72,7 +74,7 @@ def split(keys: Sequence[str], seed: int) -> Split:
         )
     ordered = sorted(places, key=lambda key: hashlib.sha256(f"{seed}:{key}".encode()).digest())
     chosen = [places[key] for key in ordered]
-    calibration = max(LEAST_CALIBRATION, round(CALIBRATION_SHARE * len(chosen)))
+    calibration = max(LEAST_CALIBRATION, round(CALIBRATION_SHARE * len(chosen))) if held_back else 0
     rest = chosen[calibration:]
     validation = min(MOST_VALIDATION, max(LEAST_VALIDATION, round(VALIDATION_SHARE * len(rest))))
     return Split(rest[validation:], rest[:validation], chosen[:calibration])
@@ -87,6 +89,7 @@ def fit(
     folder: Path,
     on_progress: Report,
     on_checkpoint: Callable[[], None] = lambda: None,
+    calibration: Features | None = None,
 ) -> Fitted:
     """Fit a detector to the pictures whose features these are, and calibrate it on a fifth of them.
 
@@ -94,10 +97,11 @@ def fit(
                    ends with the same numbers
     on_progress    is told steps done, steps in all and the losses; what it raises ends the run and leaves the state
     on_checkpoint  is told that the folder's state is worth keeping elsewhere
+    calibration    others of their kind to calibrate on: then all of `features` are fitted to
 
     Raises `TooFewPictures`, `NotLearned`, `shared.training.CheckpointUnusable`.
     """
-    parts = split(features.keys, seed)
+    parts = split(features.keys, seed, held_back=calibration is None)
     trained = fit_networks(
         features.at(parts.fit).vectors,
         features.at(parts.validation).vectors,
@@ -120,8 +124,8 @@ def fit(
         preset=preset_name,
     )
     known = features.at([*parts.fit, *parts.validation])
-    baselines = Baselines.fit(known.vectors, seed, encoder.device)
-    calibration = features.at(parts.calibration)
+    baselines = Baselines.fit(known.vectors, seed, encoder.device, preset.bank)
+    calibration = features.at(parts.calibration) if calibration is None else calibration
     detector = Detector(config, encoder, trained.end, trained.first, baselines, {}).calibrated(calibration)
     fitted_scores = total(detector.parts(features.at(parts.fit), (preset.kind,))[preset.kind])
     worst = np.argsort(-fitted_scores)[: math.ceil(SUSPICIOUS_SHARE * len(parts.fit))]
@@ -131,7 +135,7 @@ def fit(
             "different": len(parts.fit) + len(parts.validation) + len(parts.calibration),
             "fit": len(parts.fit),
             "validation": len(parts.validation),
-            "calibration": len(parts.calibration),
+            "calibration": len(calibration),
         },
         "steps": trained.steps,
         "validation_loss": trained.losses,

@@ -24,7 +24,7 @@ def vectors() -> torch.Tensor:
 
 @pytest.fixture(scope="module")
 def baselines(vectors: torch.Tensor) -> Baselines:
-    return Baselines.fit(vectors, 0, "cpu")
+    return Baselines.fit(vectors, 0, "cpu", bank=60)
 
 
 def test_the_shrinkage_is_the_one_of_the_definition(vectors: torch.Tensor) -> None:
@@ -46,7 +46,8 @@ def test_distances_are_those_of_their_definitions(vectors: torch.Tensor, baselin
     z = rng.normal(size=(5, 9))
     x = vectors.double().numpy()
     mean = x.mean(0)
-    s = (x - mean).T @ (x - mean) / len(x)
+    s = baselines.covariance.double().numpy()
+    np.testing.assert_allclose(s, (x - mean).T @ (x - mean) / len(x), rtol=2**-11, err_msg="rounded to half precision")
     shrunk = (1 - baselines.shrinkage) * s + baselines.shrinkage * np.trace(s) / 9 * np.eye(9)
     _, axes = np.linalg.eigh(s)
     share = np.cumsum(np.linalg.eigvalsh(s)[::-1]) / np.trace(s)
@@ -90,6 +91,12 @@ class TestMetrics:
         assert low <= difference <= high
         assert low > 0, "noise on the scores makes them worse"
         assert paired_interval(*better, 100, 0) == (difference, low, high)
+
+
+def test_at_most_so_many_neighbours_are_kept_as_are_asked_for(vectors: torch.Tensor) -> None:
+    few = Baselines.fit(vectors, 0, "cpu", bank=20)
+    assert len(few.bank) == len(few.scales) == 20
+    assert few.knn(vectors[:3], BOUNDARIES).shape == (3, 2)
 
 
 def test_the_statistics_survive_the_disk(baselines: Baselines, tmp_path: Path) -> None:

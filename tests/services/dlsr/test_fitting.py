@@ -41,7 +41,7 @@ def same_numbers(one: Detector, other: Detector) -> bool:
 
 
 class TestResuming:
-    @pytest.mark.parametrize("dies_at", [10, 30, 50])
+    @pytest.mark.parametrize("dies_at", [10, 40])
     def test_a_fit_killed_anywhere_ends_with_the_same_detector(
         self, whole: Fitted, tmp_path: Path, dies_at: int
     ) -> None:
@@ -75,7 +75,8 @@ class TestResuming:
             tmp_path / "second",
             lambda step, of, metrics: steps.append(step),
         )
-        assert min(steps) > 20
+        _, first_at = PRESET.steps(len(split(structured(600, 1).keys, 7).fit))
+        assert min(steps) > first_at
         assert same_numbers(again.detector, whole.detector)
 
 

@@ -59,12 +59,12 @@ def made(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("out")
     shipped = train.Shipped(CONFIG, PRESET, (Part(IND, ("train",)),), (), trimmed=False)
     said = train.make("small", shipped, data, out, "cpu", 7, lambda step, of, metrics: None)
-    assert said["calibrated_on"] == 100
+    assert said["pictures"]["calibration"] == 100
     return out
 
 
 def test_what_was_made_is_not_made_again(data: Path, made: Path) -> None:
-    shipped = train.Shipped(CONFIG, PRESET, (Part(IND, ("train",)),), (), trimmed=True)
+    shipped = train.Shipped(CONFIG, PRESET, (Part(IND, ("train",)),), (), trimmed=False)
     steps: list[int] = []
     before = (made / "small" / "lfdn_end.safetensors").read_bytes()
     train.make("small", shipped, data, made, "cpu", 7, lambda step, of, metrics: steps.append(step))
@@ -72,17 +72,17 @@ def test_what_was_made_is_not_made_again(data: Path, made: Path) -> None:
     assert (made / "small" / "lfdn_end.safetensors").read_bytes() == before
 
 
-def test_a_guard_is_calibrated_on_parts_of_its_own(data: Path, made: Path) -> None:
+def test_a_guard_is_calibrated_on_parts_of_its_own_and_fitted_on_all_others(data: Path, made: Path) -> None:
     preset = replace(PRESET, most_steps=30, stretch=15)
     shipped = train.Shipped(CONFIG, preset, (Part(IND, ("train",)),), (Part(IND, ("test",)),), trimmed=True)
     said = train.make("guard", shipped, data, made, "cpu", 7, lambda step, of, metrics: None)
-    assert said["calibrated_on"] == 60
+    counts = said["pictures"]
+    assert counts["calibration"] == 60
+    assert counts["fit"] + counts["validation"] == counts["different"] == 260, "none of its own are held back"
     assert {"lr", "knn"} & set(Detector.load(made / "guard", "cpu").kinds) == set()
 
 
 def test_the_figures_of_a_detector_that_works(data: Path, made: Path, tmp_path: Path) -> None:
-    shipped = train.Shipped(CONFIG, PRESET, (Part(IND, ("train",)),), (), trimmed=False)
-    train.make("small", shipped, data, made, "cpu", 7, lambda step, of, metrics: None)
     arguments = ["--data", str(data), "--cache", str(made / "features"), "--weights", str(made / "small")]
     assert evaluate.main(arguments) == 0
     figures = json.loads((made / "small" / "evaluate.json").read_text())

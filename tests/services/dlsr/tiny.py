@@ -21,9 +21,9 @@ PRESET = replace(
     num_res_blocks=2,
     batch=64,
     epochs=30,
-    most_steps=90,
+    most_steps=60,
     first_epochs=4,
-    stretch=30,
+    stretch=20,
     draws=2,
 )
 FACTORS = 8
