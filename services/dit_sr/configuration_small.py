@@ -21,4 +21,4 @@ SMALL: dict[str, Any] = {
     "norm_groups": 4,
 }
 # Sides are padded to multiples of 16, and tiles are as large as this, in pixels of the input.
-PIPELINE: dict[str, Any] = {"scale": 4, "multiple": 16, "tile": 128, "overlap": 16, "steps": 4}
+PIPELINE: dict[str, Any] = {"scale": 4, "multiple": 16, "tile": 128, "overlap": 16, "steps": 1}

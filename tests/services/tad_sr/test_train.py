@@ -9,7 +9,7 @@ import torch
 
 from services.tad_sr.pipeline import TadSrPipeline
 from services.tad_sr.train import STAGES, main
-from shared.training import CHECKPOINT
+from shared.training import CHECKPOINT, restored_average
 from tests.shared.resshift.tinytraining import packed
 
 
@@ -40,3 +40,16 @@ def test_student_and_teacher_share_the_autoencoder(trained: Path) -> None:
         assert torch.equal(ours, theirs)
     pairs = zip(student.denoiser.parameters(), teacher.denoiser.parameters(), strict=True)
     assert any(not torch.equal(ours, theirs) for ours, theirs in pairs)
+
+
+def test_a_training_learns_on_from_a_model(trained: Path, tmp_path: Path) -> None:
+    known = TadSrPipeline.load(trained / "tad-sr-small", torch.device("cpu"))
+    data = next(path for path in trained.parent.glob("data*"))
+    for stage in ("decoder", "teacher"):
+        given = ["--data", str(data), "--out", str(tmp_path), "--init", str(trained / "tad-sr-small")]
+        assert main([*given, "--stage", stage, "--steps", "1", "--device", "cpu"]) == 0
+    networks = restored_average(tmp_path / "teacher")
+    for name, value in known.networks[1].get_submodule("encoder").state_dict().items():
+        assert torch.equal(networks[f"autoencoder.encoder.{name}"], value)  # what a stage does not teach stays
+    for name, value in known.denoiser.state_dict().items():
+        assert torch.allclose(networks[f"denoiser.{name}"], value.float(), atol=1e-3)  # a step of 1.6e-5 away
