@@ -6,7 +6,6 @@ import math
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import kstwo
 
 Scores = NDArray[np.float32]
 
@@ -55,6 +54,8 @@ def drift(p_values: NDArray[np.float64], calibration: int) -> tuple[float, float
     calibration  n, the pictures that the p-values were computed from. They are a sample too: by chance the two lie
                  apart as two samples do, so that the effective size is n m / (n + m).
     """
+    from scipy.stats import kstwo  # a second of every start, and only `compare` needs it
+
     grid = np.arange(1, calibration + 2) / (calibration + 1)
     shares = np.searchsorted(np.sort(p_values), grid + 1e-12, side="right") / len(p_values)
     statistic = float(np.abs(shares - grid).max())

@@ -32,18 +32,21 @@ ALL = ("train", "val", "test")
 class Part:
     """Some pictures of a set: those of its splits, at most so many, drawn with SEED.
 
-    faces  cut the face out of every picture, upright, as the face service does; where none is found, leave it out
+    faces     cut the face out of every picture, upright, as the face service does; where none is found, leave it out
+    mirrored  the mirror image of every picture, left to right
     """
 
     name: str
     splits: tuple[str, ...]
     at_most: int | None = None
     faces: bool = False
+    mirrored: bool = False
 
     @property
     def file(self) -> str:
         """What its features are called in a cache."""
-        return "-".join([self.name, *self.splits, str(self.at_most or "all"), *(["faces"] if self.faces else [])])
+        marks = [mark for mark, there in (("faces", self.faces), ("mirrored", self.mirrored)) if there]
+        return "-".join([self.name, *self.splits, str(self.at_most or "all"), *marks])
 
 
 def pictures(data: Path, part: Part) -> Iterator[Picture]:
@@ -52,7 +55,7 @@ def pictures(data: Path, part: Part) -> Iterator[Picture]:
     for pixels in _pixels(data, part):
         found = pixels if finder is None else aligned(finder, pixels)
         if found is not None:
-            yield Picture(found)
+            yield Picture(np.ascontiguousarray(found[:, ::-1]) if part.mirrored else found)
 
 
 def aligned(finder: FaceFinder, photo: Pixels) -> Pixels | None:

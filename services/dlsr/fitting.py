@@ -90,6 +90,7 @@ def fit(
     on_progress: Report,
     on_checkpoint: Callable[[], None] = lambda: None,
     calibration: Features | None = None,
+    mirrored: Features | None = None,
 ) -> Fitted:
     """Fit a detector to the pictures whose features these are, and calibrate it on a fifth of them.
 
@@ -98,12 +99,20 @@ def fit(
     on_progress    is told steps done, steps in all and the losses; what it raises ends the run and leaves the state
     on_checkpoint  is told that the folder's state is worth keeping elsewhere
     calibration    others of their kind to calibrate on: then all of `features` are fitted to
+    mirrored       the same pictures from left to right, in the same order, for a preset that has them; of them only
+                   those of the fitted pictures are used, and by LFDN alone
 
-    Raises `TooFewPictures`, `NotLearned`, `shared.training.CheckpointUnusable`.
+    Raises ValueError where there are mirror images and the preset learns from none, or the other way round;
+    `TooFewPictures`, `NotLearned`, `shared.training.CheckpointUnusable`.
     """
+    if (None if mirrored is None else len(mirrored)) != (len(features) if preset.mirrored else None):
+        raise ValueError("a preset that learns from mirror images needs one of every picture, and no other preset any")
     parts = split(features.keys, seed, held_back=calibration is None)
+    learned = features.at(parts.fit).vectors
+    if mirrored is not None:
+        learned = torch.cat([learned, mirrored.at(parts.fit).vectors])
     trained = fit_networks(
-        features.at(parts.fit).vectors,
+        learned,
         features.at(parts.validation).vectors,
         preset,
         seed,

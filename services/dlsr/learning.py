@@ -35,6 +35,7 @@ class Preset:
     patience            so many looks without a better one end the fit
     lr, lr_end          the learning rate falls from one to the other along a cosine
     bank                at most so many fitted vectors are kept, for the score `knn`
+    mirrored            LFDN learns from the mirror image of every picture, too
     """
 
     model_channels: int
@@ -52,6 +53,7 @@ class Preset:
     stretch: int
     patience: int
     bank: int
+    mirrored: bool
     draws: int
     kind: Kind
     alpha: float
@@ -227,6 +229,7 @@ SMALL = Preset(
     stretch=50,
     patience=2,
     bank=4_000,
+    mirrored=False,
     draws=4,
     kind="mse",
     alpha=0.05,
@@ -248,6 +251,7 @@ PAPER = Preset(
     stretch=2_000,
     patience=2**31,
     bank=4_000,
+    mirrored=False,
     draws=1,
     kind="mfsim",
     alpha=0.05,

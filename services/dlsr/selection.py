@@ -49,7 +49,7 @@ TIE = 0.001
 """AUROC: of those that are nearer than this to the best, the smallest network is taken, then the shortest fit."""
 
 
-def _preset(wide: int, narrow: int, blocks: int, steps: int) -> Preset:
+def _preset(wide: int, narrow: int, blocks: int, steps: int, mirrored: bool = False) -> Preset:
     return replace(
         SMALL,
         model_channels=wide,
@@ -57,6 +57,7 @@ def _preset(wide: int, narrow: int, blocks: int, steps: int) -> Preset:
         time_embed_dim=64,
         num_res_blocks=blocks,
         most_steps=steps,
+        mirrored=mirrored,
     )
 
 
@@ -68,6 +69,9 @@ CANDIDATES = (
     _preset(256, 256, 2, 300),
     _preset(384, 96, 2, 300),
     _preset(384, 96, 2, 600),
+    _preset(384, 96, 2, 900),
+    _preset(384, 96, 2, 600, mirrored=True),
+    _preset(384, 96, 2, 900, mirrored=True),
     _preset(512, 64, 1, 300),
     _preset(512, 128, 2, 300),
     _preset(512, 128, 2, 600),
@@ -117,12 +121,20 @@ def totals(detector: Detector, features: Features) -> Totals:
 
 
 def judged(
-    preset: Preset, train: Features, near: Features, far: Mapping[str, Features], encoder: Encoder, state: Path
+    preset: Preset,
+    train: Features,
+    mirrored: Features,
+    near: Features,
+    far: Mapping[str, Features],
+    encoder: Encoder,
+    state: Path,
 ) -> dict[str, Any]:
     """How well the detectors that a preset and each of SEEDS give tell pictures apart: AUROC by set, mean of SEEDS."""
+    mirrors = mirrored if preset.mirrored else None
     rows = []
     for seed in SEEDS:
-        detector = fit(train, encoder, preset, "candidate", seed, state / str(seed), _silent).detector
+        fitted = fit(train, encoder, preset, "candidate", seed, state / str(seed), _silent, mirrored=mirrors)
+        detector = fitted.detector
         usual = totals(detector, train.at(split(train.keys, seed).calibration))
         rows.append({name: auroc(usual, totals(detector, x)) for name, x in {"near": near, **far}.items()})
     rows = [{**row, "mean far": float(np.mean([row[name] for name in far]))} for row in rows]
@@ -151,10 +163,11 @@ def select_small(shipped: Shipped, data: Path, out: Path, candidates: Sequence[P
         return dataset.features(data, part, encoder, out / "features")
 
     train = dataset.joined([read(part) for part in shipped.fit])
+    mirrored = dataset.joined([read(replace(part, mirrored=True)) for part in shipped.fit])
     near, far = read(NEAR), {part.name: read(part) for part in FAR}
     rows = []
     for preset in candidates:
-        rows.append(judged(preset, train, near, far, encoder, out / "selection" / _name(preset)))
+        rows.append(judged(preset, train, mirrored, near, far, encoder, out / "selection" / _name(preset)))
         log.info("%s  near %.4f  far %.4f", _name(preset), rows[-1]["auroc"]["near"], rows[-1]["auroc"]["mean far"])
     pictures = {"near": len(near), **{name: len(x) for name, x in far.items()}}
     return {"seeds": SEEDS, "pictures": pictures, "candidates": rows, "chosen": rows[best(rows)]["preset"]}
@@ -228,7 +241,8 @@ def select_faces(
 
 
 def _name(preset: Preset) -> str:
-    return f"{preset.model_channels}-{preset.bottleneck_channels}-{preset.num_res_blocks}-{preset.most_steps}"
+    sizes = f"{preset.model_channels}-{preset.bottleneck_channels}-{preset.num_res_blocks}-{preset.most_steps}"
+    return f"{sizes}-mirrored" if preset.mirrored else sizes
 
 
 def _mean(values: Sequence[float] | NDArray[np.bool_]) -> float:
@@ -261,7 +275,7 @@ def table(found: Mapping[str, Any]) -> str:
 def _sizes(row: Mapping[str, Any]) -> str:
     of = row["preset"]
     widths = f"{of['model_channels']} / {of['bottleneck_channels']}, {of['num_res_blocks']}, {of['most_steps']}"
-    return f"{widths} | {row['numbers']:,}"
+    return f"{widths}{', mirrored' if of['mirrored'] else ''} | {row['numbers']:,}"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -90,10 +90,13 @@ def make(
 
     features = read(shipped.fit)
     calibration = read(shipped.calibration) if shipped.calibration else None
+    mirrored = read([replace(part, mirrored=True) for part in shipped.fit]) if shipped.preset.mirrored else None
     encoded_s = time.process_time() - began
     began = time.process_time()
     state = out / f"{name}.fit"
-    fitted = fit(features, encoder, shipped.preset, name, seed, state, progress, calibration=calibration)
+    fitted = fit(
+        features, encoder, shipped.preset, name, seed, state, progress, calibration=calibration, mirrored=mirrored
+    )
     (fitted.detector.trimmed() if shipped.trimmed else fitted.detector).save(out / name)
     return fitted.figures | {
         "encode_cpu_s": round(encoded_s, 1),

@@ -13,7 +13,7 @@ from scipy.stats import kstest
 
 from services.dlsr.conformal import Calibration, benjamini_hochberg, drift
 
-SCORES = arrays(np.float32, st.integers(1, 60), elements=st.integers(-20, 20).map(float))  # with ties
+SCORES = arrays(np.float32, st.integers(1, 30), elements=st.integers(-20, 20).map(float))  # with ties
 
 
 class TestPValues:

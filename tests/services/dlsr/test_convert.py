@@ -10,11 +10,12 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 
 from services.dlsr import convert
 from services.dlsr.convert import WeightsRefused, lfdn
-from services.dlsr.detector import Detector
+from services.dlsr.detector import Detector, read_config
 from services.dlsr.encoder import network_of
 from services.dlsr.lfdn import LFDN, LFDNConfig
 from services.dlsr.resnet import ResNet50
@@ -107,12 +108,14 @@ class TestConverting:
         assert detector.calibration == {}
 
     def test_the_encoder_may_come_out_of_the_checkpoint(self, tmp_path: Path) -> None:
-        inside = {f"pretrained_encoder.backbone.{name}": value for name, value in backbone(B4_SHAPES, 3).items()}
+        own = backbone(B4_SHAPES, 3)
+        inside = {f"pretrained_encoder.backbone.{name}": value for name, value in own.items()}
         write(tmp_path / "in", "checkpoint-last.pth", published(TINY, 1) | inside)
         convert.convert([tmp_path / "in"], tmp_path / "model")
-        detector = Detector.load(tmp_path / "model", "cpu")
-        assert detector.encoder.config.name == "efficientnet-b4"
-        assert "lr" not in detector.kinds
+        assert read_config(tmp_path / "model").encoder.name == "efficientnet-b4"
+        kept = load_file(tmp_path / "model" / "encoder.safetensors")
+        assert [name for name, value in kept.items() if not torch.equal(value, own[name])] == []
+        assert not (tmp_path / "model" / "lfdn_first.safetensors").exists()
 
     def test_a_wider_network_means_resnet(self, tmp_path: Path) -> None:
         with torch.device("meta"):

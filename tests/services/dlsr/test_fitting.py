@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +24,7 @@ def silent(step: int, of: int, metrics: Metrics) -> None:
 
 
 def fitted(folder: Path, features: Features | None = None) -> Fitted:
-    return fit(features or structured(600, 1), encoder(), PRESET, "small", 7, folder, silent)
+    return fit(features or structured(400, 1), encoder(), PRESET, "small", 7, folder, silent)
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +51,7 @@ class TestResuming:
                 raise KeyboardInterrupt
 
         with pytest.raises(KeyboardInterrupt):
-            fit(structured(600, 1), encoder(), PRESET, "small", 7, tmp_path, dies)
+            fit(structured(400, 1), encoder(), PRESET, "small", 7, tmp_path, dies)
         again = fitted(tmp_path)
         assert again.figures == whole.figures
         assert same_numbers(again.detector, whole.detector)
@@ -64,10 +65,10 @@ class TestResuming:
             raise Killed
 
         with pytest.raises(Killed):
-            fit(structured(600, 1), encoder(), PRESET, "small", 7, tmp_path / "first", silent, kept)
+            fit(structured(400, 1), encoder(), PRESET, "small", 7, tmp_path / "first", silent, kept)
         steps: list[int] = []
         again = fit(
-            structured(600, 1),
+            structured(400, 1),
             encoder(),
             PRESET,
             "small",
@@ -75,45 +76,66 @@ class TestResuming:
             tmp_path / "second",
             lambda step, of, metrics: steps.append(step),
         )
-        _, first_at = PRESET.steps(len(split(structured(600, 1).keys, 7).fit))
+        _, first_at = PRESET.steps(len(split(structured(400, 1).keys, 7).fit))
         assert min(steps) > first_at
         assert same_numbers(again.detector, whole.detector)
 
 
 class TestWhatIsFitted:
     def test_the_order_of_the_pictures_does_not_matter(self, whole: Fitted, tmp_path: Path) -> None:
-        features = structured(600, 1)
-        shuffled = features.at(np.random.default_rng(0).permutation(600))
+        features = structured(400, 1)
+        shuffled = features.at(np.random.default_rng(0).permutation(400))
         assert same_numbers(fitted(tmp_path, shuffled).detector, whole.detector)
 
     def test_other_pictures_are_told_from_those_fitted(self, whole: Fitted) -> None:
-        stranger, own = structured(200, 5, world=1), structured(200, 6)
+        stranger, own = structured(100, 5, world=1), structured(100, 6)
         for kind in set(whole.detector.kinds) - {"lr"}:
             scores = [total(whole.detector.parts(x, (kind,))[kind]) for x in (own, stranger)]
             assert (scores[1][:, None] > scores[0][None]).mean() > 0.9, kind
 
     def test_false_alarms_are_as_many_as_asked(self, whole: Fitted) -> None:
-        own = structured(2_000, 8)
+        own = structured(1_000, 8)
         for kind in whole.detector.kinds:
             assert (whole.detector.p_values(own, kind) <= 0.1).mean() == pytest.approx(0.1, abs=0.06), kind
 
     def test_figures_say_what_was_done(self, whole: Fitted) -> None:
         counts = whole.figures["pictures"]
-        assert counts["fit"] + counts["validation"] + counts["calibration"] == counts["different"] == 600
-        assert counts["calibration"] == 120
+        assert counts["fit"] + counts["validation"] + counts["calibration"] == counts["different"] == 400
+        assert counts["calibration"] == 100
         assert whole.figures["self_check"]["repeats"]
         assert whole.figures["self_check"]["permuted_caught"] > 0.9
-        assert [warning for warning in whole.warnings if "600 different pictures are few" in warning]
+        assert [warning for warning in whole.warnings if "400 different pictures are few" in warning]
         losses = list(whole.figures["validation_loss"].values())
         assert losses[-1] < losses[0]
 
     def test_strange_pictures_among_the_fitted_are_named(self, tmp_path: Path) -> None:
-        own, strangers = structured(600, 1), structured(3, 5, world=2)
+        own, strangers = structured(400, 1), structured(3, 5, world=2)
         mixed = Features(torch.cat([own.vectors, strangers.vectors]), own.keys + strangers.keys)
         found = fitted(tmp_path, mixed)
-        among_fitted = set(split(mixed.keys, 7).fit) & {600, 601, 602}
+        among_fitted = set(split(mixed.keys, 7).fit) & {400, 401, 402}
         assert among_fitted
         assert among_fitted <= set(found.suspicious)
+
+    def test_lfdn_learns_from_mirror_images_of_the_fitted_pictures_and_of_no_others(self, tmp_path: Path) -> None:
+        own, preset = structured(300, 1), replace(PRESET, most_steps=20, mirrored=True)
+        others = structured(300, 2).vectors
+        fitted_ones = split(own.keys, 7).fit
+        mirrored = torch.full_like(others, torch.nan)
+        mirrored[fitted_ones] = others[fitted_ones]
+        runs = [(replace(preset, mirrored=False), None), (preset, Features(mirrored, own.keys))]
+        without, with_ = (
+            fit(own, encoder(), one, "small", 7, tmp_path / str(one.mirrored), silent, mirrored=given).figures
+            for one, given in runs
+        )
+        assert np.isfinite(list(with_["validation_loss"].values())).all()
+        assert with_["validation_loss"] != without["validation_loss"]
+        assert with_["pictures"] == without["pictures"]
+
+    def test_a_preset_and_what_is_given_to_it_have_to_agree(self, tmp_path: Path) -> None:
+        own = structured(300, 1)
+        for preset, mirrored in ((PRESET, own), (replace(PRESET, mirrored=True), None)):
+            with pytest.raises(ValueError, match="mirror"):
+                fit(own, encoder(), preset, "small", 7, tmp_path, silent, mirrored=mirrored)
 
 
 class TestSplit:
@@ -142,8 +164,6 @@ class TestPresets:
         assert all(first < steps for steps, first in map(SMALL.steps, (80, 300, 2_000, 16_000)))
 
     def test_what_never_learns_is_an_error(self, tmp_path: Path) -> None:
-        from dataclasses import replace
-
         still = replace(PRESET, lr=1e-9, lr_end=1e-9)
         with pytest.raises(NotLearned, match="before the first step"):
             fit(structured(300, 1), encoder(), still, "small", 7, tmp_path, silent)

@@ -27,12 +27,12 @@ SHORT = replace(PRESET, most_steps=30, stretch=15)
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Soft fields are usual; of the others every set is sharp."""
     folder = tmp_path_factory.mktemp("data")
-    splits = np.array(["train"] * 240 + ["val"] * 60)
-    np.savez(folder / f"{IND}.npz", images=blobs(300, 1, 0.0), split=splits)
+    splits = np.array(["train"] * 204 + ["val"] * 60)
+    np.savez(folder / f"{IND}.npz", images=blobs(264, 1, 0.0), split=splits)
     others = {part.name for part in (NEAR, *FAR, *OTHER_KINDS)}
     for number, name in enumerate(sorted(others)):
-        images = blobs(24, 2 + number, 1.0)
-        np.savez(folder / f"{name}.npz", images=images, split=np.array(["train", "val"] * 12))
+        images = blobs(12, 2 + number, 1.0)
+        np.savez(folder / f"{name}.npz", images=images, split=np.array(["train", "val"] * 6))
     return folder
 
 
@@ -41,14 +41,18 @@ def shipped(calibration: tuple[Part, ...] = ()) -> Shipped:
     return Shipped(config, SHORT, (Part(IND, ("train",)),), calibration, trimmed=False)
 
 
-def test_candidates_are_judged_by_what_their_fits_held_back(data: Path, tmp_path: Path) -> None:
-    found = select_small(shipped(), data, tmp_path, [SHORT])
+def test_candidates_are_judged_by_what_their_fits_held_back(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(selection, "SEEDS", (1, 2))
+    candidate = replace(SHORT, mirrored=True)
+    found = select_small(shipped(), data, tmp_path, [candidate])
     (row,) = found["candidates"]
-    assert found["chosen"] == row["preset"] == asdict(SHORT)
+    assert found["chosen"] == row["preset"] == asdict(candidate)
     assert row["auroc"]["mean far"] > 0.9
     assert row["mean"] == pytest.approx((row["auroc"]["near"] + row["auroc"]["mean far"]) / 2, abs=1e-4)
-    assert json.loads(json.dumps(found))["chosen"] == asdict(SHORT)
-    assert "| 48 / 32, 2, 30 |" in selection.table(found)
+    assert json.loads(json.dumps(found))["chosen"] == asdict(candidate)
+    assert "| 48 / 32, 2, 30, mirrored |" in selection.table(found)
 
 
 def test_a_guard_gets_a_size_and_an_alpha(data: Path, tmp_path: Path) -> None:

@@ -33,8 +33,8 @@ def blobs(count: int, seed: int, contrast: float) -> np.ndarray:
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("data")
-    split = np.array(["train"] * 260 + ["test"] * 60)
-    np.savez(folder / f"{IND}.npz", images=blobs(320, 1, 0.0), split=split)
+    split = np.array(["train"] * 210 + ["test"] * 60)
+    np.savez(folder / f"{IND}.npz", images=blobs(270, 1, 0.0), split=split)
     np.savez(folder / f"{NEAR}.npz", images=blobs(40, 2, 0.5), split=np.full(40, "test"))
     for number, name in enumerate(FAR):
         images = blobs(20, 3 + number, 1.0)
@@ -73,16 +73,17 @@ def test_what_was_made_is_not_made_again(data: Path, made: Path) -> None:
 
 
 def test_a_guard_is_calibrated_on_parts_of_its_own_and_fitted_on_all_others(data: Path, made: Path) -> None:
-    preset = replace(PRESET, most_steps=30, stretch=15)
+    preset = replace(PRESET, most_steps=30, stretch=15, mirrored=True)
     shipped = train.Shipped(CONFIG, preset, (Part(IND, ("train",)),), (Part(IND, ("test",)),), trimmed=True)
     said = train.make("guard", shipped, data, made, "cpu", 7, lambda step, of, metrics: None)
     counts = said["pictures"]
     assert counts["calibration"] == 60
-    assert counts["fit"] + counts["validation"] == counts["different"] == 260, "none of its own are held back"
+    assert counts["fit"] + counts["validation"] == counts["different"] == 210, "none of its own are held back"
     assert {"lr", "knn"} & set(Detector.load(made / "guard", "cpu").kinds) == set()
 
 
-def test_the_figures_of_a_detector_that_works(data: Path, made: Path, tmp_path: Path) -> None:
+def test_the_figures_of_a_detector_that_works(data: Path, made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(evaluate, "ROUNDS", 40)
     arguments = ["--data", str(data), "--cache", str(made / "features"), "--weights", str(made / "small")]
     assert evaluate.main(arguments) == 0
     figures = json.loads((made / "small" / "evaluate.json").read_text())
@@ -109,4 +110,6 @@ def test_a_part_is_drawn_the_same_way_every_time(data: Path, tmp_path: Path) -> 
     once, twice = ([picture.pixels.tobytes() for picture in pictures(data, part)] for _ in range(2))
     assert once == twice
     assert len(once) == 10
+    turned = [picture.pixels[:, ::-1].tobytes() for picture in pictures(data, replace(part, mirrored=True))]
+    assert turned == once
     assert len(features(data, far_part(FAR[0], 5), encoder(), tmp_path)) == 5
