@@ -75,7 +75,7 @@ class TimeAwareDiscriminator(nn.Module):
 
     def forward(self, features: Sequence[Tensor], t: Tensor) -> list[Tensor]:
         """features  (B, C_k, h_k, w_k) each; t (B,) as trained; returns (B, c_dim h_k w_k) logits each"""
-        sinusoids = timestep_embedding(t, self.embed_dim)
+        sinusoids = timestep_embedding(t, self.embed_dim).to(features[0].dtype)
         logits = []
         for feature, emb_layers, out_layers, head in zip(
             features, self.emb_layers, self.out_layers, self.heads, strict=True

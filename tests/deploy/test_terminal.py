@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,16 @@ from deploy.local.supervisor import ProgramFailed
 from deploy.local.terminal import Interrupt, Terminal
 
 
+@pytest.fixture
+def heard() -> Iterator[None]:
+    """A hang-up is not ignored, as it would be under nohup."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
 class TestInterrupt:
+    @pytest.mark.usefixtures("heard")
     @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
     def test_the_first_one_cancels_what_waits_and_cleaning_up_goes_on(self, number: signal.Signals) -> None:
         seen = []

@@ -25,12 +25,30 @@ def runners() -> Mapping[str, Runner]:
     return verify.runners()
 
 
-def parameter(case: Case) -> pytest.ParameterSet:
-    return pytest.param(case, id=case.name, marks=[pytest.mark.slow] if case.slow else [])
+# One number of 16,384 of `losses` lies twice as far as allowed where oneDNN has AVX2 and no AVX-512, in the plain form
+# of the network as well. In float64 every case holds, on any processor.
+ROUNDING = pytest.mark.xfail(strict=False, reason="float32 rounding alone exceeds the tolerance on some processors")
 
 
-@pytest.mark.parametrize("case", [parameter(case) for case in golden.cases(GOLDEN)])
+def parameter(case: Case, *more: pytest.MarkDecorator) -> pytest.ParameterSet:
+    return pytest.param(case, id=case.name, marks=[*more, *([pytest.mark.slow] if case.slow else [])])
+
+
+def in_float32(case: Case) -> pytest.ParameterSet:
+    return parameter(case, ROUNDING) if case.name == "losses" else parameter(case)
+
+
+@pytest.mark.parametrize("case", [in_float32(case) for case in golden.cases(GOLDEN)])
 def test_a_case_computes_what_the_reference_computed(case: Case, runners: Mapping[str, Runner]) -> None:
+    holds(case, runners)
+
+
+@pytest.mark.parametrize("case", [parameter(case) for case in golden.cases(GOLDEN, dtype=torch.float64)])
+def test_a_case_holds_without_rounding(case: Case, runners: Mapping[str, Runner]) -> None:
+    holds(case, runners)
+
+
+def holds(case: Case, runners: Mapping[str, Runner]) -> None:
     result = golden.check(case, runners)
     assert result.outcome == "passed", (result.detail, [role for role in result.roles if not role.passed])
 

@@ -14,10 +14,15 @@ from tests.shared.resshift.tinytraining import packed
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two pictures to learn from."""
+    return packed(tmp_path_factory.mktemp("data"), {"a.jpg": (481, 321), "b.jpg": (321, 481)})
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory, data: Path) -> Path:
     """What all stages leave after two steps each."""
-    data, out = tmp_path_factory.mktemp("data"), tmp_path_factory.mktemp("out")
-    packed(data, {"a.jpg": (481, 321), "b.jpg": (321, 481)})
+    out = tmp_path_factory.mktemp("out")
     for stage in STAGES:
         assert main(["--data", str(data), "--out", str(out), "--stage", stage, "--steps", "2", "--device", "cpu"]) == 0
     return out
@@ -42,9 +47,8 @@ def test_student_and_teacher_share_the_autoencoder(trained: Path) -> None:
     assert any(not torch.equal(ours, theirs) for ours, theirs in pairs)
 
 
-def test_a_training_learns_on_from_a_model(trained: Path, tmp_path: Path) -> None:
+def test_a_training_learns_on_from_a_model(trained: Path, data: Path, tmp_path: Path) -> None:
     known = TadSrPipeline.load(trained / "tad-sr-small", torch.device("cpu"))
-    data = next(path for path in trained.parent.glob("data*"))
     for stage in ("decoder", "teacher"):
         given = ["--data", str(data), "--out", str(tmp_path), "--init", str(trained / "tad-sr-small")]
         assert main([*given, "--stage", stage, "--steps", "1", "--device", "cpu"]) == 0
